@@ -89,7 +89,7 @@ def guided(
         if not active:
             return cond
         if null is None:
-            raise UserError(f"w = {present.w} needs the null estimate at t = {now}, but denoise gave None")
+            raise UserError(f"w = {present.w} needs the null estimate at t = {now}, but denoise returned None")
         return Estimate(rule(cond.eps, null.eps, x_t, t, present.w), cond.variance)
 
     return step

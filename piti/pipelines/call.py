@@ -46,7 +46,7 @@ tensors are float32, tensors on the CPU."""
 
 Images = list[Image.Image] | np.ndarray | Tensor
 
-StepEnd = Callable[..., dict[str, Any] | None]  # (pipeline, step, timestep, {name: tensor}) -> tensors to go on with
+StepEnd = Callable[..., dict[str, Any] | None]  # (pipeline, step, timestep, {name: tensor}) -> replaced tensors
 
 TENSOR_INPUTS = ["latents"]
 """Tensors that a callback may read and replace."""
@@ -54,12 +54,12 @@ TENSOR_INPUTS = ["latents"]
 FOREIGN = {
     "prompt": "give the condition as the first argument, {condition}",
     "image": "give the condition as the first argument, {condition}",
-    "mask_image": "give the mask as the first argument, {condition}; edit(…) of piti changes a part of a photograph",
+    "mask_image": "give the mask as the first argument, {condition}; piti.edit changes a part of a photograph",
     "negative_prompt": "leave it out: guidance uses the null condition; its strength is {guidance_scale}",
     "height": "give {size}, the image's short side; its aspect ratio is the condition's",
     "width": "give {size}, the image's short side; its aspect ratio is the condition's",
     "eta": "give {sampler}: 'ddim' is eta 0, 'ddpm' eta 1",
-    "strength": "leave it out: sampling starts from noise; edit(…) of piti starts from a photograph",
+    "strength": "leave it out: sampling starts from noise; piti.edit starts from a photograph",
     "timesteps": "give {num_inference_steps}, a count or a respacing by name",
     "sigmas": "give {num_inference_steps}, a count or a respacing by name",
     "guidance_rescale": "give {guidance} as Guidance(kind='rescaled', w=…)",
@@ -90,8 +90,8 @@ class PITIPipelineOutput(BaseOutput):
 
 
 def listed(condition: object) -> list[object]:
-    """The conditions as a list: one, or those of a sequence other than a string. Raises ConditionError for an empty
-    one."""
+    """The conditions as a list: a single one, or those of a sequence other than a string. Raises ConditionError for an
+    empty sequence."""
     inputs: list[object] = [condition]
     if isinstance(condition, Sequence) and not isinstance(condition, str | bytes):
         inputs = list(condition)
@@ -101,10 +101,10 @@ def listed(condition: object) -> list[object]:
 
 
 def one_of(ours: str, own: T | None, theirs: str, other: T | None) -> T | None:
-    """The value that was given under either name. Raises UserError for both."""
+    """The value given under one of two names, None for neither. Raises UserError for both."""
     if own is not None and other is not None:
         raise UserError(
-            f"is another name of {option(ours)}, and both are given", remedy="remove one of the two", option=theirs
+            f"is another name of {option(ours)}, which is also given", remedy="remove one of the two", option=theirs
         )
     return other if own is None else own
 
@@ -136,7 +136,7 @@ def strength_of(scale: float) -> float:
 
 
 def _check_names(given: Mapping[str, object]) -> None:
-    """Raise UserError for an unsupported keyword of diffusers, saying what to use instead."""
+    """Raise UserError for an unsupported keyword of diffusers, with what to use instead."""
     for name in given:
         if name in FOREIGN:
             ours = ("condition", *SamplingKeywords.__annotations__, *NAMES_OF_DIFFUSERS)
@@ -247,10 +247,10 @@ def checked_latents(latents: Tensor | None, canvases: Sequence[Canvas], space: S
     return latents
 
 
-# What a call has to itself
+# State of a call
 
 _CALLS: ContextVar[tuple[tuple[object, dict[str, Any]], ...]] = ContextVar("calls", default=())
-"""The current calls of this thread, innermost first, since a callback may call a pipeline too."""
+"""Calls in progress in this thread, innermost first, since a callback may call a pipeline too."""
 
 
 @contextmanager
@@ -286,7 +286,7 @@ class PerCall(Generic[T]):
 
 
 class CallState:
-    """What a pipeline says of the call that runs, or ran last."""
+    """Attributes of a pipeline that describe its current call, or the last one."""
 
     _guidance_scale = PerCall(1.0)
     _num_timesteps = PerCall(0)
@@ -312,17 +312,17 @@ class CallState:
 
 
 class StepCallback:
-    """`callback_on_step_end` of a call: (pipeline, step, timestep, tensors) after every step of a batch.
+    """`callback_on_step_end` of a call, called with (pipeline, step, timestep, tensors) after every step of a batch.
 
-    Steps count from 0 over both networks, `pipe.num_timesteps` of them. What it gives back as "latents" the next step
-    goes on from; a `pipe._guidance_scale` that it changes holds from the base's next step on, in its own call, and
-    after `pipe._interrupt = True` no other step is taken in that.
+    Steps count from 0 to `pipe.num_timesteps` - 1 over both networks. Returned "latents" replace the state from which
+    the next step starts. A changed `pipe._guidance_scale` takes effect from the base's next step, in this call only.
+    After `pipe._interrupt = True` the remaining steps of this call are skipped.
     """
 
     def __init__(self, pipe: PITIPipeline, callback: StepEnd, names: Sequence[str] | None) -> None:
-        """names: of the tensors that it is called with; None: all. Raises UserError for one that there is not."""
+        """names: of the tensors passed to the callback; None: all. Raises UserError for an unknown name."""
         self.pipe, self.callback, self.step = pipe, callback, 0
-        names = getattr(callback, "tensor_inputs", names)  # diffusers' own callbacks know theirs
+        names = getattr(callback, "tensor_inputs", names)  # of diffusers' own callbacks
         self.names = TENSOR_INPUTS if names is None else list(names)
         for name in self.names:
             if name not in TENSOR_INPUTS:
@@ -330,11 +330,11 @@ class StepCallback:
 
     @classmethod
     def of(cls, pipe: PITIPipeline, callback: StepEnd | None, names: Sequence[str] | None) -> StepCallback | None:
-        """That of a call; none where no callback is given."""
+        """The callback of a call; None if none is given."""
         return None if callback is None else cls(pipe, callback, names)
 
     def control(self, w: float) -> StepControl:
-        """Of a batch to come. w: of the base's guidance, which holds until the callback changes its scale."""
+        """The control of a new batch. w: the base's guidance strength, unless the callback changes it."""
         self.step = 0
 
         def strength() -> float:
@@ -348,15 +348,15 @@ class StepCallback:
         changed = self.callback(self.pipe, self.step, timestep, given)
         self.step += 1
         if not isinstance(changed, Mapping | None):
-            raise _gave(f"{type(changed).__name__}, not a dictionary", "{'latents': …}, or nothing")
+            raise _returned(f"{type(changed).__name__}, not a dictionary", "{'latents': …}, or nothing")
         latents = (changed or {}).get("latents", x_t)
         if not isinstance(latents, Tensor):
-            raise _gave(f"'latents' as {type(latents).__name__}, not as a tensor", "it as a tensor, or leave it out")
+            raise _returned(f"'latents' of type {type(latents).__name__}", "a tensor, or leave it out")
         if latents.shape != x_t.shape:
-            raise _gave(f"'latents' of {list(latents.shape)}, not {list(x_t.shape)}")
+            raise _returned(f"'latents' of shape {list(latents.shape)}, not {list(x_t.shape)}")
         return latents.to(x_t)
 
 
-def _gave(what: str, instead: str = "") -> UserError:
+def _returned(what: str, instead: str = "") -> UserError:
     remedy = f"return {instead}" if instead else ""
-    return UserError(f"gave {what}", remedy=remedy, option="callback_on_step_end")
+    return UserError(f"returned {what}", remedy=remedy, option="callback_on_step_end")

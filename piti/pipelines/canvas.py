@@ -18,11 +18,11 @@ from piti.core.images import Box
 from piti.models import Translator
 
 MAX_RATIO = 4
-"""How many times longer than its short side a condition may be: the networks learned from squares."""
+"""Largest aspect ratio of a condition; the networks were trained on squares."""
 MAX_ENLARGED = 4
-"""How many times larger than a model was trained for its images may be asked for."""
+"""Largest ratio of the requested size to the size that a model was trained for."""
 MIN_SIZE = 16
-"""The least short side, in pixels, that may be asked for; or what the model was trained for, if that is less."""
+"""Smallest short side in pixels that may be requested, unless the model was trained for a smaller one."""
 
 
 @runtime_checkable
@@ -54,9 +54,9 @@ class Canvas:
     """In pixels of the image."""
     image_width: int
     base_size: tuple[int, int]
-    """(height, width) of the canvas in pixels of the base's images, multiples of what the networks need."""
+    """(height, width) of the canvas in pixels of the base's images, multiples of the networks' granularity."""
     scale: int = 1
-    """Pixels of the image for one of the base's, along a side."""
+    """Side of the image divided by that of the base's image."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -118,8 +118,8 @@ def check_proportions(rows: int, columns: int, source: str) -> None:
 def fitted(condition: Condition, raw: Shaped[Tensor, "K h w"], canvas: Canvas, translator: Sized) -> Tensor:
     """A raw condition at the encoder's resolution, over the whole canvas; text is unchanged.
 
-    It is resized to the image's part of the canvas, to the nearest pixel of the encoder. Beyond that, its last column
-    and row are repeated in raw form, so that classes and holes are kept, and distances to lines do not change.
+    It is resized to the image's part of the canvas, rounded to whole pixels of the encoder. Beyond that, its last
+    column and row are repeated in raw form, which keeps classes, missing values and distances to lines.
     """
     if not condition.spatial:
         return raw
@@ -160,7 +160,7 @@ def batches_alike(canvases: Sequence[Canvas], most: int) -> list[list[int]]:
 
 
 def enlarged(canvas: Canvas, least: int) -> tuple[int, int]:
-    """(width, height) of a canvas's image, enlarged if need be until its short side is `least`."""
+    """(width, height) of a canvas's image, enlarged if its short side is below `least`."""
     factor = max(1.0, least / min(canvas.image_width, canvas.image_height))
     return round(canvas.image_width * factor), round(canvas.image_height * factor)
 
@@ -169,7 +169,7 @@ def _checked(size: int, trained: int, alone: bool) -> int:
     """Check a size. alone: without an upsampler. Raises UserError if it is out of range."""
     least, most = min(MIN_SIZE, trained), MAX_ENLARGED * trained
     if not least <= size <= most:
-        why = f", its base alone (because of {option('base_only')}, or because it has no upsampler)" if alone else ""
+        why = f" without an upsampler (it has none, or {option('base_only')} is set)" if alone else ""
         raise UserError(
             f"this model was trained for {trained} px{why}",
             remedy=f"give {least} to {most}",
@@ -180,14 +180,14 @@ def _checked(size: int, trained: int, alone: bool) -> int:
 
 
 def _unit_of(upsampler: Translator) -> int:
-    """Sides of small images must be multiples of this for the upsampler."""
+    """The unit of which sides of small images must be multiples for the upsampler."""
     return upsampler.granularity // math.gcd(upsampler.granularity, upsampler.scale)
 
 
 def _read_sides(translator: Sized) -> tuple[int, int]:
     """The base's image size, and the size of the condition that the encoder reads for it. Raises UserError."""
     if translator.condition_side is None:
-        raise UserError("this translator takes no image as its condition")
+        raise UserError("this translator reads no image as its condition")
     return translator.low_res or translator.image_size, translator.condition_side
 
 
@@ -197,7 +197,7 @@ def _within(length: int, canvas: Canvas, zoom: float) -> int:
 
 
 def _rounded(value: float) -> int:
-    """To the nearest, halves up."""
+    """Round to the nearest integer, halves up."""
     return math.floor(value + 0.5)
 
 

@@ -35,17 +35,17 @@ class NetworkSampling:
     noise: float = 1.0
     """Factor on the initial noise."""
     truncates: bool = False
-    """For an upsampler: see the small images cut down to 8 bits, as PITI's release does, not rounded."""
+    """For an upsampler: truncate the small images to 8 bits, as PITI's release does, instead of rounding them."""
 
     def in_8_bits(self, small: Tensor) -> Tensor:
-        """Small images [B, 3, h, w] in [-1, 1] rounded to 256 levels, as when saved, for the upsampler."""
+        """Small images [B, 3, h, w] in [-1, 1], rounded or truncated to 256 levels, for the upsampler."""
         return truncated(small) if self.truncates else quantized(small)
 
 
 ONE_PASS = NetworkSampling(Guidance(w=0.0), steps=1, sampler="none")
-"""How a model that makes its images in one pass is sampled."""
+"""Sampling settings of a model that generates images in one pass."""
 IN_THE_WEIGHTS = Guidance(w=0.0)
-"""What is left to do for the guidance that a student has in its weights."""
+"""Guidance to apply to a student, whose own guidance is part of its weights."""
 
 
 @dataclass(frozen=True)
@@ -59,29 +59,29 @@ class ResolvedSampling:
     base_only: bool = False
     """Whether the upsampler was left out on purpose."""
     size: int | None = None
-    """The short side of the images that was asked for."""
+    """The requested short side of the images."""
     square: bool = False
-    """Whether the square at a condition's centre is taken."""
+    """Whether only the centre square of a condition is used."""
 
 
-def _as_it_is(timestep: int, x_t: Tensor) -> Tensor:
+def _unchanged(timestep: int, x_t: Tensor) -> Tensor:
     return x_t
 
 
 @dataclass(frozen=True)
 class StepControl:
-    """How a caller can change a batch between its steps; by default not at all."""
+    """Control of a batch between its steps; by default nothing is changed."""
 
-    after_step: AfterStep = _as_it_is
-    """May replace what the next step of either network starts from."""
+    after_step: AfterStep = _unchanged
+    """May replace the state from which the next step of either network starts."""
     strength: Callable[[], float] | None = None
-    """w of the base's guidance, asked for before each of its steps; by default that of its settings."""
+    """w of the base's guidance, called before each of its steps; by default that of its settings."""
     stopped: Callable[[], bool] = lambda: False
-    """Whether the steps that are left are to be left out, asked for before each of them."""
+    """Whether to skip the remaining steps, called before each of them."""
 
-    def of_fixed(self, w: float) -> StepControl:
-        """The same of a network whose guidance is part of its weights. After a step in which the strength became
-        another than w it raises UserError."""
+    def with_fixed_strength(self, w: float) -> StepControl:
+        """The same control for a network whose guidance is part of its weights: `after_step` raises UserError once the
+        strength is not w."""
 
         def after(timestep: int, x_t: Tensor) -> Tensor:
             made = self.after_step(timestep, x_t)
@@ -106,11 +106,12 @@ class Prepared:
     """A condition ready for generation, from `PITIPipeline.prepare`."""
 
     raw: Tensor
-    """In raw form, [K, h, w], on the CPU, of the type that files are read in."""
+    """The condition in raw form, [K, h, w], on the CPU, in the dtype in which files are read."""
     canvas: Canvas
     sampling: ResolvedSampling
     content_hash: str
-    """Of the condition as the base's encoder reads it; with a seed and an image's number it decides the noise."""
+    """Hash of the condition as the base's encoder reads it. With a seed and an image's number it determines the
+    noise."""
 
     def bare(self) -> Prepared:
         """A copy without the raw tensor, to save memory; `with_raw` restores it."""
@@ -126,12 +127,12 @@ class Batch:
     """Images to generate at once."""
 
     conditions: list[Prepared]
-    """Distinct ones, each encoded once; to be sampled together their canvases have one size. Their sampling is the
-    same."""
+    """Distinct conditions with the same sampling settings, each encoded once. Conditions that are sampled together have
+    canvases of one size."""
     rows: list[int]
     """The condition of each image, an index into `conditions`."""
     generators: list[torch.Generator]
-    """Each image's noise."""
+    """The noise generator of each image."""
     latents: Tensor | None = None
     """x_T of the base, [B, C, H, W] over the canvases in its space; by default drawn from the generators."""
 
@@ -155,7 +156,7 @@ class Batch:
 
     @property
     def sampling(self) -> ResolvedSampling:
-        """Of all images."""
+        """The sampling settings of all images."""
         return self.conditions[0].sampling
 
     @property
@@ -165,7 +166,7 @@ class Batch:
 
     @property
     def canvases(self) -> list[Canvas]:
-        """Of each image."""
+        """The canvas of each image."""
         return [self.conditions[k].canvas for k in self.rows]
 
     def upsampled(self) -> Batch:
@@ -183,7 +184,7 @@ class Network:
     device: torch.device
     space: Space = PIXELS
     step: NetworkStep | None = None
-    """What an engine computes in place of the translator's own step."""
+    """An engine's replacement for the translator's own step."""
 
     @property
     def alone(self) -> bool:
@@ -228,12 +229,12 @@ class Network:
         low_res: Tensor | None = None,
         control: StepControl = UNCONTROLLED,
     ) -> Tensor:
-        """Sample the canvases of a batch, [B, 3, H, W] in [-1, 1]. low_res: the small ones that an upsampler
-        enlarges."""
+        """Sample the canvases of a batch, [B, 3, H, W] in [-1, 1]. low_res: the small images that an
+        upsampler enlarges."""
         small = None if low_res is None else low_res.to(self.device)
         student = self.translator.student
         if student is not None:
-            control = control.of_fixed(settings.guidance.w)
+            control = control.with_fixed_strength(settings.guidance.w)
         guidance = settings.guidance if student is None else IN_THE_WEIGHTS
         tokens, both = self.encode(batch, with_null=guidance.w != 0 or control.strength is not None)
 
@@ -287,33 +288,34 @@ class Network:
         dtype = self.translator.dtype
 
         def predict(x_t: Tensor, t: Tensor, given: Tokens) -> tuple[Tensor, Tensor | None]:
-            # a guided pair is a batch of 2 B: both halves see the small images, and what is known
-            seen, told = (None if x is None else x.repeat(len(x_t) // len(x), 1, 1, 1) for x in (low_res, known))
+            # a guided pair is a batch of 2 B, and both halves get the same small images and known pixels
+            small, kept = (None if x is None else x.repeat(len(x_t) // len(x), 1, 1, 1) for x in (low_res, known))
             if not self.alone:
-                return computed(x_t, t, given, seen, told)
+                return computed(x_t, t, given, small, kept)
             made = [
-                computed(x_t[k : k + 1], t[k : k + 1], given.picked([k]), _row(seen, k), _row(told, k))
+                computed(x_t[k : k + 1], t[k : k + 1], given.picked([k]), _row(small, k), _row(kept, k))
                 for k in range(len(x_t))
             ]
             outputs, variances = zip(*made, strict=True)
             return torch.cat(outputs), None if variances[0] is None else torch.cat(variances)
 
         def computed(
-            x_t: Tensor, t: Tensor, given: Tokens, seen: Tensor | None, told: Tensor | None
+            x_t: Tensor, t: Tensor, given: Tokens, small: Tensor | None, kept: Tensor | None
         ) -> tuple[Tensor, Tensor | None]:
-            more = {key: value for key, value in {"known": told, "step": self.step}.items() if value is not None}
-            return self.translator(x_t.to(dtype), t, given, seen, **more)
+            more = {key: value for key, value in {"known": kept, "step": self.step}.items() if value is not None}
+            return self.translator(x_t.to(dtype), t, given, small, **more)
 
         return guided(conditioned(predict, tokens, both, self.schedule), guidance, self.schedule, strength)
 
     def encode(self, batch: Batch, with_null: bool) -> tuple[Tokens, Tokens | None]:
-        """The tokens of a batch, and the same followed by null tokens. Each condition is encoded once."""
+        """The tokens of a batch, and with `with_null` the same followed by as many null tokens. Each condition is
+        encoded once."""
         if self.translator.encoder is None:
             nothing = torch.empty(len(batch.rows), 0, 0, 0, device=self.device, dtype=self.translator.dtype)
             return self.translator.encode(nothing), None
         sized = [fitted(self.condition, one.raw, one.canvas, self.translator) for one in batch.conditions]
         encoded = self.condition.encode(torch.stack(sized)).to(self.device)
-        if encoded.is_floating_point():  # tokens of a text stay whole numbers
+        if encoded.is_floating_point():  # token ids of a text stay integers
             encoded = encoded.to(self.translator.dtype)
         _bring(self.translator)
         tokens = self.translator.encode(encoded).picked(batch.rows)
@@ -332,7 +334,7 @@ class OnePass:
     device: torch.device
 
     def steps(self, settings: NetworkSampling) -> int:
-        """Always 1. Raises UserError for settings other than `ONE_PASS`, and for given noise."""
+        """Always 1. Raises UserError for settings other than `ONE_PASS`."""
         if settings != ONE_PASS:
             raise UserError(
                 f"{option('guidance')}, {option('steps')} and {option('sampler')} do not apply: this model "

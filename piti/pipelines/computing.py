@@ -18,16 +18,16 @@ from piti.pipelines.pipeline import PITIPipeline
 
 @dataclass(frozen=True)
 class Computing:
-    """The requested settings; by default the fastest available."""
+    """Requested device, precision, engine and compilation; by default the fastest available."""
 
     device: str | None = None
-    """As `usable_device` takes it."""
+    """See `usable_device`."""
     dtype: str = "auto"
-    """As `usable_dtype` takes it; "fp32" holds for an engine too, whose choice it is otherwise."""
+    """See `usable_dtype`. Engines choose their own precision, except for "fp32"."""
     engine: str = "auto"
-    """As `PITIPipeline.use_engine` takes it."""
+    """See `PITIPipeline.use_engine`."""
     compile: bool = False
-    """Compile the blocks that the networks repeat with `torch.compile`: the first images take minutes longer."""
+    """Compile the networks' repeated blocks with `torch.compile`; the first images then take minutes longer."""
 
     def check(self) -> tuple[torch.device, torch.dtype]:
         """Check device and dtype before a model is loaded. Raises UserError or EngineError if they are not
@@ -68,12 +68,12 @@ class Computing:
         return "torch" if self.compile else self.engine
 
     def _stays(self, network: nn.Module, pipeline: PITIPipeline, dtype: torch.dtype) -> bool:
-        """Whether a network's weights keep their type: where an engine computes in another, and those that half
-        precision spoils."""
+        """Whether a network's weights keep their dtype: those of an autoencoder that fails in half precision, of a
+        baseline under `auto`, and all if an engine computes in its own."""
         if isinstance(network, Autoencoder):
             return autoencoder_dtype(network.config, dtype) is not dtype
         return pipeline.engine.name != "torch" or (self.dtype == "auto" and bool(getattr(network, "one_pass", False)))
 
 
 TORCH = Computing(engine="torch")
-"""By torch, on the fastest device."""
+"""Computation by torch, on the fastest device."""

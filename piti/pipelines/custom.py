@@ -1,13 +1,13 @@
-"""Loading a `PITIPipeline` with diffusers' own loader, for programs that only use that.
+"""Loading a `PITIPipeline` with diffusers' own loader, for programs that use no other.
 
     from diffusers import DiffusionPipeline
     import piti.pipelines.custom as custom
 
     pipe = DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=custom.__file__, trust_remote_code=True)
 
-diffusers copies this file and runs the copy, for which it asks to be trusted; there is no other code. What comes back
-is a `PITIPipeline`. FOLDER is a model's folder, also of a model that works on latents: bundled models by name, training
-runs, and models whose networks are adapters on a prior's are for `PITIPipeline.from_pretrained`.
+diffusers copies this file and runs the copy, which is why it requires `trust_remote_code`; no other code is run. The
+result is a `PITIPipeline`. FOLDER is a model's folder, also of a latent model. Bundled models by name, training runs,
+and adapters on a prior's networks can only be loaded with `PITIPipeline.from_pretrained`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
 class FromFolder(DiffusionPipeline):
-    """Takes the parts that diffusers loaded, and adds the condition, which lies beside them."""
+    """Completes the components that diffusers loaded with the condition in the same folder."""
 
     _optional_components = ["scheduler", "upsampler", "upsampler_scheduler", "vae"]  # noqa: RUF012
 
@@ -34,7 +34,7 @@ class FromFolder(DiffusionPipeline):
         shares_upsampler_of: Any = None,
         shares_upsampler_sha256: Any = None,
     ) -> None:
-        """What diffusers reads of a model's index by this signature."""
+        """Only a signature, which tells diffusers the keys of a model's index."""
 
     def __new__(
         cls,
@@ -47,7 +47,7 @@ class FromFolder(DiffusionPipeline):
         shares_upsampler_of: str | None = None,
         shares_upsampler_sha256: str | None = None,
     ) -> Any:
-        """A `PITIPipeline`. Raises ModelError, also where the upsampler that the model shares has changed since."""
+        """A `PITIPipeline`. Raises ModelError, also if the shared upsampler has changed since the model was saved."""
         from piti.checkpoints.folder import OF_UPSAMPLER, ModelFolder, find_model
         from piti.core.seeding import global_generators_kept
         from piti.models.space import autoencoder_dtype
@@ -63,6 +63,6 @@ class FromFolder(DiffusionPipeline):
             settings |= {key: value for key, value in lender.defaults.items() if key.startswith(OF_UPSAMPLER)}
         if vae is not None:
             vae = vae.eval().requires_grad_(False)
-            vae = vae.to(autoencoder_dtype(vae.config, vae.dtype))  # as `ModelFolder.autoencoder` has it
+            vae = vae.to(autoencoder_dtype(vae.config, vae.dtype))  # as in `ModelFolder.autoencoder`
         parts = base.eval(), scheduler, folder.condition, upsampler, upsampler_scheduler
         return pipeline.PITIPipeline(*parts, defaults=settings, vae=vae)

@@ -36,13 +36,13 @@ HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "local_files_only", "token",
 PARTS = ("base", "scheduler", "condition", "upsampler", "upsampler_scheduler", "vae")
 NETWORKS = ("base", "upsampler", "vae")
 DEFAULT = "default"
-"""The key of a dictionary of dtypes for the parts that it does not name."""
+"""The key, in a dictionary of dtypes, for all components that it does not name."""
 
 DType = torch.dtype | str
 
 
 class DTypes(dict[str, torch.dtype]):
-    """The dtype of each part's weights."""
+    """The dtype of each component's weights."""
 
     def __missing__(self, part: str) -> torch.dtype:
         return self.get(DEFAULT, torch.float32)
@@ -56,7 +56,7 @@ def dtypes_of(given: DType | Mapping[str, DType] | None) -> DTypes:
     known = (*PARTS, DEFAULT)
     for part in named:
         if part not in known:
-            raise ModelError(f"there is no part '{part}'; {choices(part, known)}", option="torch_dtype")
+            raise ModelError(f"there is no component '{part}'; {choices(part, known)}", option="torch_dtype")
     return DTypes({part: _dtype(value) for part, value in named.items()})
 
 
@@ -91,7 +91,7 @@ class ModelSource:
     use_safetensors: bool | None = None
     hub: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
-    """Parts that are not to be loaded."""
+    """Components to use instead of loading them."""
 
     def parts(self, name: str | Path, upsampler: str | Path | Translator | None, base_only: bool) -> dict[str, Any]:
         """The arguments of `PITIPipeline`. name, upsampler, base_only: as `from_pretrained`. Raises ModelError."""
@@ -127,8 +127,8 @@ class ModelSource:
                 raise ModelError("there is no network that it belongs to", remedy="remove it", option=name)
 
     def _defaults(self, folder: ModelFolder, other: ModelFolder | None) -> dict[str, Any]:
-        """How the base is sampled by its folder, and the upsampler by its own, if that is loaded; not by which sampler
-        where a scheduler is given, whose class is one."""
+        """The base's sampling settings from its folder, and the upsampler's from that of the loaded upsampler. Without
+        the sampler of a network whose scheduler is given, since the scheduler's class selects it."""
         defaults = {key: value for key, value in folder.defaults.items() if not key.startswith(OF_UPSAMPLER)}
         if other is not None:
             defaults |= {key: value for key, value in other.defaults.items() if key.startswith(OF_UPSAMPLER)}
@@ -139,11 +139,11 @@ class ModelSource:
 
     @property
     def _of_others(self) -> dict[str, Any]:
-        """Arguments of the download of models that the one to be loaded refers to; its revision is only its own."""
+        """Arguments for downloading models that the model refers to; `revision` applies only to the model itself."""
         return {"variant": self.variant, **{key: value for key, value in self.hub.items() if key != "revision"}}
 
     def _upsampler_folder(self, folder: ModelFolder, upsampler: str | Path | Translator | None) -> ModelFolder | None:
-        """The folder whose upsampler is loaded: another model's, its own, or the one that it shares."""
+        """The folder of the upsampler: that of `upsampler`, the model's own, or that of the model whose it shares."""
         of_hub = self._of_others
         if isinstance(upsampler, Translator):
             return None
@@ -154,7 +154,7 @@ class ModelSource:
         return None if folder.lender is None else _lender_of(folder, **of_hub)
 
     def _check_variant(self, folder: ModelFolder, other: ModelFolder | None) -> None:
-        """Raises ModelError where no network has the variant; says which one is loaded without it."""
+        """Raise ModelError if no network has the variant, and warn about each network that is loaded without it."""
         if self.variant is None:
             return
         networks = {"base": folder} if other is None else {"base": folder, "upsampler": other}
@@ -164,7 +164,7 @@ class ModelSource:
             raise ModelError(
                 f"You are trying to load the model files of the `variant={self.variant}`, but {folder.path} has no "
                 "such weight files",
-                remedy="leave it out",
+                remedy="leave the variant out",
             )
         for name in without:
             logger.warning(f"{networks[name].path}: its {name} has no variant '{self.variant}'; the default is loaded")
@@ -174,14 +174,14 @@ class ModelSource:
         return {"variant": variant, "use_safetensors": self.use_safetensors}
 
     def _base(self, folder: ModelFolder) -> tuple[ImageNetwork, Scheduler | None]:
-        """A folder's base and its scheduler, none for a baseline. Raises ModelError."""
+        """A folder's base and its scheduler, which is None for a baseline. Raises ModelError."""
         base, scheduler = self.given.get("base"), None
         if isinstance(base, BaselineNetwork):
             return base, None
         if base is None and folder.config("base").get("_class_name") == BaselineNetwork.__name__:
             form = self._form(folder, "base")
             network = load_whole(BaselineNetwork, folder.path / "base", torch_dtype=self.dtypes["base"], **form)
-            _told(folder, "base", network)
+            _log_loaded(folder, "base", network)
             return network.eval(), None
         if base is None:
             base, scheduler = self._loaded(folder, "base")
@@ -189,7 +189,7 @@ class ModelSource:
         return base, folder.scheduler("base") if scheduler is None else scheduler
 
     def _upsampler(self, folder: ModelFolder, condition: Condition) -> tuple[Translator, Scheduler]:
-        """A folder's upsampler and its scheduler. Raises ModelError where it has none, or reads another condition."""
+        """A folder's upsampler and its scheduler. Raises ModelError if it has none or reads another condition."""
         if "upsampler" not in folder:
             other = "a model, a folder or a training run with one" if folder.lender is None else folder.lender
             uses = "" if folder.lender is None else f" but shares that of {folder.lender}"
@@ -198,18 +198,18 @@ class ModelSource:
         if upsampler.encoder is not None and not folder.condition.reads_like(condition):
             raise ModelError(
                 f"{folder.path}: its upsampler reads another condition than the base (see condition.json in both); "
-                "give one that was trained with the same condition, or without"
+                "give one that was trained with the same condition, or without a condition"
             )
         return upsampler, self.given.get("upsampler_scheduler", scheduler)
 
     def _loaded(self, folder: ModelFolder, network: str) -> tuple[Translator, Scheduler]:
         translator, scheduler = folder.load(network, self.dtypes[network], **self._form(folder, network))
-        _told(folder, network, translator)
-        _told(folder, SCHEDULERS[network], scheduler)
+        _log_loaded(folder, network, translator)
+        _log_loaded(folder, SCHEDULERS[network], scheduler)
         return translator, scheduler
 
 
-def _told(folder: ModelFolder, name: str, part: object) -> None:
+def _log_loaded(folder: ModelFolder, name: str, part: object) -> None:
     logger.info(f"Loaded {name} as {type(part).__name__} from `{name}` subfolder of {folder.path}.")
 
 
@@ -229,9 +229,7 @@ def _lender_of(folder: ModelFolder, **of_hub: Any) -> ModelFolder:
 def _without_base(folder: ModelFolder, name: str | Path) -> str:
     """The message for a folder that is not a complete model."""
     if "upsampler" not in folder:
-        return (
-            f"{folder.path}: its {INDEX_FILE} lists neither 'base' nor 'upsampler'; it is not a model of this package"
-        )
+        return f"{folder.path}: its {INDEX_FILE} lists neither 'base' nor 'upsampler', so it is not a model of piti"
     return (
         f"{folder.path} contains only an upsampler, which enlarges a base's images; use a model "
         f"with a base, and add {option('upsampler')} {name}"

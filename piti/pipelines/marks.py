@@ -1,4 +1,4 @@
-"""Fast hashes of weights, independent of dtype, to check whether a pipeline has those that an image was made with."""
+"""Fast hashes of weights, independent of dtype, to check whether an image was generated with a pipeline's weights."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from piti.models.casting import state_of
 from piti.pipelines.pipeline import PITIPipeline
 
 _MARKED = 16  # hexadecimal digits of a hash
-_SAMPLED = 256  # values of a tensor that its mark looks at
+_SAMPLED = 256  # values of a tensor that are hashed
 _BEFORE: WeakKeyDictionary[nn.Module, tuple[tuple[int, bytes], str]] = WeakKeyDictionary()
-"""Networks that were cast => the state of their weights then, see `state_of`, and their mark before it."""
+"""Networks that were cast => the state of their weights after it, see `state_of`, and their mark before it."""
 
 
 def weights_mark(pipeline: PITIPipeline) -> str:
-    """Marks of the base's weights, the upsampler's and the autoencoder's: hashes of names, shapes and some values of
-    every tensor.
+    """Hashes of the weights of base, upsampler and autoencoder: of the name, the shape and some values of every tensor.
 
-    Training changes them; a device, half precision of the file and `cast` do not. Empty where weights are kept
-    elsewhere (offloaded one by one).
+    Training changes them; moving to a device, files in half precision and `cast` do not. Empty if weights are offloaded
+    (on the meta device).
     """
     parts = [part for part in (pipeline.base, pipeline.upsampler, pipeline.vae) if part is not None]
     if any(value.is_meta for part in parts for value in part.state_dict().values()):
@@ -32,7 +31,7 @@ def weights_mark(pipeline: PITIPipeline) -> str:
 
 
 def cast(network: nn.Module, dtype: torch.dtype) -> None:
-    """Change the type of a network's weights in place; it keeps its mark."""
+    """Change the dtype of a network's weights in place; its mark does not change."""
     mark = None if all(weight.dtype is dtype for weight in network.parameters()) else _mark(network)
     nn.Module.to(network, dtype=dtype)
     if mark is not None:

@@ -44,7 +44,7 @@ class NetworkOptions(Spec):
         return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     def over(self, other: Self) -> Self:
-        """These options, and those of `other` where these say nothing."""
+        """These options, with those of `other` for unset ones."""
         values = {key: getattr(self, key) for key in type(self).model_fields}
         if isinstance(self.guidance, float) and isinstance(other.guidance, Guidance):
             values["guidance"] = other.guidance.of_strength(self.guidance)
@@ -119,7 +119,7 @@ class SamplingOptions(Spec):
         return {**base, **upper, "base_only": self.base_only, "size": self.size, "square": self.square}
 
     def networks_over(self, other: SamplingOptions) -> SamplingOptions:
-        """The options of both networks, and those of `other` where these say nothing."""
+        """The options of both networks, with those of `other` for unset ones."""
         return SamplingOptions(base=self.base.over(other.base), upsampler=self.upsampler.over(other.upsampler))
 
     def with_sampler(self, network: Literal["base", "upsampler"], sampler: str) -> Self:
@@ -132,8 +132,8 @@ class SamplingOptions(Spec):
         pipe.check_parts()
         self._check_upsampler(pipe)
         network = pipe.base_network()
-        own = _own_of(network, pipe.defaults.base)
-        base = _decided(self.base.over(own))
+        own = _base_defaults(network, pipe.defaults.base)
+        base = _as_settings(self.base.over(own))
         steps, upsampler = network.steps(base), None
         if pipe.upsampler is not None and not self.base_only:
             usual = pipe.defaults.upsampler
@@ -171,8 +171,8 @@ GENERAL_DEFAULTS = SamplingOptions(
 _ONE_PASS = NetworkOptions(guidance=ONE_PASS.guidance, steps=ONE_PASS.steps, sampler=ONE_PASS.sampler)
 
 
-def _own_of(network: Network | OnePass, usual: NetworkOptions) -> NetworkOptions:
-    """The defaults of a base, where those fixed by its weights take precedence."""
+def _base_defaults(network: Network | OnePass, usual: NetworkOptions) -> NetworkOptions:
+    """The defaults of a base; settings fixed by its weights take precedence."""
     if isinstance(network, OnePass):
         return _ONE_PASS
     student = network.translator.student
@@ -186,8 +186,8 @@ def _own_of(network: Network | OnePass, usual: NetworkOptions) -> NetworkOptions
     return own.model_copy(update={"steps": len(student.timesteps), "sampler": "ddim"})
 
 
-def _decided(options: NetworkOptions) -> NetworkSampling:
-    """Options without unset values."""
+def _as_settings(options: NetworkOptions) -> NetworkSampling:
+    """Options that are all set, as settings."""
     assert isinstance(options.guidance, Guidance)
     assert options.steps is not None
     assert options.sampler is not None
@@ -196,13 +196,13 @@ def _decided(options: NetworkOptions) -> NetworkSampling:
 
 def _upsampler_sampling(pipe: PITIPipeline, options: UpsamplerOptions) -> tuple[NetworkSampling, int]:
     """The upsampler's sampling settings and their number of steps. Raises UserError."""
-    network, chosen = pipe.upsampler_network(), _decided(options)
+    network, chosen = pipe.upsampler_network(), _as_settings(options)
     assert network is not None
     assert options.noise is not None
     if chosen.guidance.w != 0 and network.translator.encoder is None:
         raise UserError(
             "this upsampler takes no condition, so it has no guidance",
-            remedy="set it to 0",
+            remedy="leave it out, or set it to 0",
             option="upsampler_guidance",
             value=chosen.guidance.w,
         )

@@ -85,8 +85,7 @@ class PITIPipeline(CallState, SavedPipeline):
     vae: the autoencoder of a latent base.
 
     Components can be replaced, also by their `torch.compile`d versions. After `pipe.scheduler =
-    DDIMScheduler.from_config( pipe.scheduler.config)` the new scheduler's class is the sampler, also when the model is
-    saved.
+    DDIMScheduler.from_config(pipe.scheduler.config)` the new scheduler's class is the sampler, also in a saved model.
 
     Raises ModelError for incompatible components, and UserError for a scheduler with unsupported settings: on
     construction, when a component is replaced, or at the next call.
@@ -128,7 +127,7 @@ class PITIPipeline(CallState, SavedPipeline):
         if replaced and name in ("base", "upsampler") and not (value is None or hasattr(value, "one_pass")):
             raise ModelError(
                 f"expected a network of this package, or a compiled one, got {type(value).__name__}",
-                remedy="give the network that it wraps",
+                remedy="assign the network that it wraps",
                 source=f"pipe.{name}",
             )
         if replaced and name in SCHEDULERS.values() and value is not None:
@@ -160,7 +159,7 @@ class PITIPipeline(CallState, SavedPipeline):
         check_cascade(self.condition, self.base, self.upsampler)
         for network, scheduler in ((self.base, self.scheduler), (self.upsampler, self.upsampler_scheduler)):
             if isinstance(network, Translator) and scheduler is not None:
-                scheduler_named(type(scheduler).__name__)  # another class says its noise schedule in words of its own
+                scheduler_named(type(scheduler).__name__)  # others describe their noise schedule by other keys
                 network.check_schedule(spec_of(scheduler))
         bounded = self.schedule is not None and self.schedule.has_bounds
         if self.space.spec.latent and bounded:
@@ -276,13 +275,13 @@ class PITIPipeline(CallState, SavedPipeline):
 
             for positions in batches:
                 w = resolved.base.guidance.w
-                self._guidance_scale = 1 + w  # reset what a callback of an earlier batch has set
+                self._guidance_scale = 1 + w  # undo a callback's change in an earlier batch
                 control = UNCONTROLLED if callback is None else callback.control(w)
                 made = self._sampled(everything.picked(positions), stepped, control)
                 images |= zip(positions, (as_output(image, output_type) for image in made), strict=True)
         return [images[k] for k in range(len(images))]
 
-    # The two steps of it
+    # The two steps of a call: prepare and generate
 
     def prepare(
         self,

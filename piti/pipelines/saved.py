@@ -60,14 +60,14 @@ class SavedPipeline(DiffusionPipeline):
         self.register_to_config(defaults=self._own_defaults())
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """As for any pipeline, except that an autoencoder that does not work in half precision stays in float32."""
+        """As in diffusers, except that an autoencoder that does not work in half precision stays in float32."""
         exact = {} if self.vae is None else self.vae.state_dict()
         super().to(*args, **kwargs)
         if self.vae is not None:
             dtype = autoencoder_dtype(self.vae.config, self.vae.dtype)
             if dtype is not self.vae.dtype:
-                nn.Module.to(self.vae, dtype=dtype)  # diffusers' own warns of it
-                self.vae.load_state_dict(exact)  # which were rounded meanwhile
+                nn.Module.to(self.vae, dtype=dtype)  # diffusers' own method warns
+                self.vae.load_state_dict(exact)  # the weights, which `super().to` rounded
         return self
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -88,11 +88,14 @@ class SavedPipeline(DiffusionPipeline):
         Raises OutputError if it cannot be written.
         """
         folder = Path(save_directory)
-        parts: dict[str, Saveable] = {"base": _whole(self.base, "base")}
+        parts: dict[str, Saveable] = {"base": _saveable(self.base, "base")}
         if self.scheduler is not None:
             parts["scheduler"] = self.scheduler
         if self.upsampler is not None and self.upsampler_scheduler is not None:
-            parts |= {"upsampler": _whole(self.upsampler, "upsampler"), "upsampler_scheduler": self.upsampler_scheduler}
+            parts |= {
+                "upsampler": _saveable(self.upsampler, "upsampler"),
+                "upsampler_scheduler": self.upsampler_scheduler,
+            }
         if self.vae is not None:
             parts["vae"] = self.vae
         form = WeightsForm(safe_serialization, variant, max_shard_size)
@@ -172,11 +175,8 @@ class SavedPipeline(DiffusionPipeline):
         return pipe
 
 
-def _whole(network: ImageNetwork, name: str) -> ImageNetwork:
-    """A network with all its weights at hand, under their own names.
-
-    Raises UserError where offloading keeps them elsewhere, or adapters of peft's lie over them.
-    """
+def _saveable(network: ImageNetwork, name: str) -> ImageNetwork:
+    """The network. Raises UserError if it cannot be saved: with offloaded weights, or with unmerged peft adapters."""
     if any(parameter.is_meta for parameter in network.parameters()):
         raise UserError(f"the {name}'s weights are offloaded and cannot be saved", remedy="call remove_all_hooks first")
     if under_adapters(network):
@@ -189,5 +189,5 @@ def _whole(network: ImageNetwork, name: str) -> ImageNetwork:
 
 
 def _plain(rule: Guidance) -> float | dict[str, Any]:
-    """A rule as JSON holds it: the strength alone where that says it all."""
+    """A rule for JSON: only its strength if all other values are the defaults."""
     return rule.w if rule == Guidance(w=rule.w) else rule.to_dict()

@@ -219,5 +219,5 @@ def test_mixed_timesteps_and_a_missing_null_estimate_are_errors() -> None:
     with pytest.raises(ValueError, match=r"\[3, 4\]"):
         guided(model, Guidance(), SCHEDULE)(model.cond, torch.tensor([3, 4]))
     forgetful = guided(lambda x_t, t, with_null: (Estimate(x_t, None), None), Guidance(), SCHEDULE)
-    with pytest.raises(ValueError, match="denoise gave None"):
+    with pytest.raises(ValueError, match="denoise returned None"):
         forgetful(model.cond, torch.tensor([3, 3]))

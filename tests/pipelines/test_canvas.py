@@ -84,7 +84,9 @@ class TestCanvas:
             canvas_of(MASK, raw_of(8, 8), BASE, PLAIN, size)
 
     def test_the_base_alone_makes_smaller_images(self) -> None:
-        with pytest.raises(UserError, match=r"16 px, its base alone \(because of base_only, .*; give 16 to 64"):
+        with pytest.raises(
+            UserError, match=r"16 px without an upsampler \(it has none, or base_only is set\); give 16 to 64"
+        ):
             tiny_cascade()(mask(1), size=128, base_only=True)
         assert tiny_cascade()(mask(1), size=128).images[0].size == (128, 128)
 

@@ -112,7 +112,7 @@ def test_numbers_may_be_numpys() -> None:
         ({"condition": None, "prompt": "a street"}, "prompt: .*; give the condition as the first argument, condition"),
         ({"negative_prompt": ""}, "negative_prompt: .* guidance_scale"),
         ({"eta": 0.0}, "eta: .*; give sampler: 'ddim' is eta 0"),
-        ({"strength": 0.5}, "strength: .* edit"),
+        ({"strength": 0.5}, r"strength: .*piti\.edit"),
         ({"output_type": "numpy"}, "output_type 'numpy'"),
         ({"output_type": None}, "output_type None"),
         ({"latents": np.zeros((1, 3, 16, 16))}, "latents: expected a tensor, got ndarray"),
@@ -170,10 +170,10 @@ def test_a_callback_sees_and_changes_every_step() -> None:
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ({"latents": torch.zeros(1)}, r"gave 'latents' of \[1\]"),
-        ({"latents": None}, "gave 'latents' as NoneType, not as a tensor; return it as a tensor, or leave it out"),
-        (torch.zeros(2), "gave Tensor, not a dictionary; return {'latents': …}, or nothing"),
-        (("latents",), "gave tuple, not a dictionary"),
+        ({"latents": torch.zeros(1)}, r"returned 'latents' of shape \[1\]"),
+        ({"latents": None}, "returned 'latents' of type NoneType; return a tensor, or leave it out"),
+        (torch.zeros(2), "returned Tensor, not a dictionary; return {'latents': …}, or nothing"),
+        (("latents",), "returned tuple, not a dictionary"),
     ],
 )
 def test_what_a_callback_gives_back_is_checked(result: Any, message: str) -> None:

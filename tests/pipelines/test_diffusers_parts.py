@@ -233,7 +233,7 @@ def test_a_dtype_for_each_part(saved: Path) -> None:
     [
         ({"dtype": "float16", "torch_dtype": "float16"}, "dtype: is another name of torch_dtype"),
         ({"torch_dtype": "fp16"}, "torch_dtype 'fp16': expected a floating-point"),
-        ({"torch_dtype": {"unet": torch.float16}}, "there is no part 'unet'"),
+        ({"torch_dtype": {"unet": torch.float16}}, "there is no component 'unet'"),
         ({"device_map": "everywhere"}, "device_map 'everywhere': is not a device"),
         ({"device_map": "meta"}, "device_map 'meta': is not a device"),
         (
