@@ -60,7 +60,7 @@ def main() -> None:
     try:
         load_plugins()
         app()
-    except FailedElsewhere:  # the process that failed prints why
+    except FailedElsewhere:  # the failed process prints the reason
         raise SystemExit(1) from None
     except (UserError, OSError) as error:
         print_error(error)

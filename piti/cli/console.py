@@ -1,4 +1,4 @@
-"""What the commands print: results on standard output; notes, progress and errors on standard error."""
+"""Output of the commands: results on standard output; notes, progress and errors on standard error."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def progress(what: str, shown: bool = True) -> AbstractContextManager[Callable[[
 
 
 class _Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived; like KeyboardInterrupt, it lets every process and file be closed."""
+    """SIGTERM or SIGHUP arrived; raised like KeyboardInterrupt, so that processes and files are closed."""
 
 
 @contextmanager

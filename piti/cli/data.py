@@ -56,7 +56,7 @@ class LineFlags:
 
 @dataclass(frozen=True)
 class SetFlags:
-    """How a data set is checked and written."""
+    """Flags for checking and writing a data set."""
 
     check: Annotated[bool, Option("--check", help="Check the whole set, print a report and exit.")] = False
     skip_bad: Annotated[bool, Option("--skip-bad", help="Skip pairs with problems, instead of stopping.")] = False

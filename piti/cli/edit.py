@@ -68,7 +68,7 @@ class FileFlags:
     ] = None
 
     def of(self, image: Path, out: Path, overwrite: bool) -> EditFiles:
-        """As `EditFiles`. Raises UserError if no new condition is given."""
+        """The flags as `EditFiles`. Raises UserError if no new condition is given."""
         from piti.core.errors import UserError
         from piti.generation.edit_files import EditFiles
 
@@ -81,7 +81,7 @@ class FileFlags:
 
 @dataclass(frozen=True)
 class EditFlags:
-    """How the image is edited; None is the default of `EditSettings`."""
+    """Settings of the edit; None is the default of `EditSettings`."""
 
     guidance: Guidance = None
     guidance_rule: GuidanceRule = None
@@ -123,7 +123,7 @@ class EditFlags:
     ] = False
 
     def settings(self) -> EditSettings:
-        """As `EditSettings`. Raises EditError for values out of range."""
+        """The flags as `EditSettings`. Raises EditError for values out of range."""
         from piti.editing import EditSettings
 
         rules = ("keep", "guidance", "guidance_rule", "guidance_interval")
@@ -174,7 +174,8 @@ def edit(
 
 
 def edit_condition(flag: str, values: Sequence[str] | None, text_flag: str, text: str | None) -> EditCondition | None:
-    """The condition given by one flag, or by its text flag. Raises UserError for both, or for more than one file."""
+    """The condition given by a flag or by its text flag; None for neither. Raises UserError for both, and for several
+    files without parts."""
     from piti.core.errors import UserError
 
     if text is not None and values:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from piti.evaluation.result import Evaluation
 
 _OLD = {"--study": "study", "--votes": "votes", "--model": "model"}
-_NUM = 4  # images per condition, unless the model gives the same image for every seed
+_NUM = 4  # images per condition, unless the model generates the same image for every seed
 
 Real = Annotated[Path | None, Option(help="Photographs to compare with: a folder, or a data root with images/.")]
 

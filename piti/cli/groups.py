@@ -1,7 +1,7 @@
-"""Groups of flags, and which flags were given.
+"""Groups of flags, and detection of given flags.
 
 A group is a frozen dataclass whose fields are flags. A command decorated with `@with_groups` takes the group as one
-parameter; on the command line its flags look as if the command had declared them itself.
+parameter, whose fields become flags of the command.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def is_given(ctx: typer.Context, name: str) -> bool:
 
 
 def all_given(ctx: typer.Context) -> list[str]:
-    """The parameters that were given."""
+    """The parameters that were given on the command line."""
     return [name for name in ctx.params if is_given(ctx, name)]
 
 

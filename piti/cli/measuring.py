@@ -24,7 +24,7 @@ _JUDGING, _CONDITIONS, _RESULT = "Metrics", "Conditions of the images", "Result"
 
 @dataclass(frozen=True)
 class JudgeFlags:
-    """The networks that images are evaluated with."""
+    """The networks that evaluate images."""
 
     features: Annotated[
         list[str] | None,
@@ -57,10 +57,10 @@ class JudgeFlags:
         from piti.core.errors import UserError
 
         if self.aliases and not self.segmenter:
-            raise UserError("--aliases without --segmenter: name the model whose labels they are")
+            raise UserError("--aliases has no effect without --segmenter; give the model whose labels they map")
 
     def judges(self) -> Judges:
-        """As `Judges`."""
+        """The flags as `Judges`."""
         from piti.reproduction.runs import Judges
 
         return Judges(tuple(self.features or Judges.features), self.segmenter, self.aliases, self.bootstrap)
@@ -132,7 +132,7 @@ class MeasureFlags(JudgeFlags):
     device: Device = None
 
     def options(self) -> Options:
-        """As `Options`. Raises UserError for values that contradict each other."""
+        """The flags as `Options`. Raises UserError for values that contradict each other."""
         from piti.evaluation.options import Options
 
         return Options(
@@ -159,7 +159,9 @@ class MeasureFlags(JudgeFlags):
 
         for name in ("perceptual_weights", "perceptual_heads"):
             if getattr(self, name) and not self.perceptual:
-                raise UserError(f"{flag(name)} without --perceptual: give the network that they belong to")
+                raise UserError(
+                    f"{flag(name)} has no effect without --perceptual; give the network that they belong to"
+                )
         if self.perceptual is None:
             return None
         values = {"network": self.perceptual, "weights": self.perceptual_weights}
@@ -188,7 +190,7 @@ class ConditionFlags:
         from piti.core.errors import UserError
 
         if self.classes and not self.labels:
-            raise UserError("--classes without --labels: give the folder of masks too")
+            raise UserError("--classes has no effect without --labels; give the folder of masks")
 
     def notes(self, options: Options) -> list[str]:
         """A note if masks are given but nothing measures them."""
@@ -206,7 +208,7 @@ class ConditionFlags:
 
 @dataclass(frozen=True)
 class ResultFlags:
-    """Where a result is written."""
+    """The file of the result."""
 
     json: Annotated[
         Path | None,

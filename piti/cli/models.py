@@ -46,7 +46,7 @@ def models() -> None:
 
 @dataclass(frozen=True)
 class ReleaseFlags:
-    """What released files do not record."""
+    """Information that released files do not contain."""
 
     prior: Annotated[
         str | None, Option(help="For an encoder alone: the released base or model whose UNet it uses.")
@@ -72,7 +72,7 @@ class ReleaseFlags:
     )
 
     def settings(self, overwrite: bool) -> ImportSettings:
-        """As `ImportSettings`."""
+        """The flags as `ImportSettings`."""
         from piti.checkpoints.convert import ImportSettings
         from piti.checkpoints.release import Heads
 

@@ -81,14 +81,14 @@ BaseOnly = Annotated[
 
 @dataclass(frozen=True)
 class ComputeFlags:
-    """How the networks are computed, besides the device."""
+    """Engine, precision and compilation of the networks."""
 
     engine: Engine = "auto"
     dtype: DType = "auto"
     compile: Compile = False
 
     def on(self, device: str | None) -> Computing:
-        """As `Computing`. device: None is the fastest available."""
+        """The flags as `Computing`. device: None is the fastest available."""
         from piti.pipelines.computing import Computing
 
         return Computing(device, self.dtype, self.engine, self.compile)
@@ -96,7 +96,7 @@ class ComputeFlags:
 
 @dataclass(frozen=True)
 class SamplingFlags:
-    """How images are sampled; None is the model's own value."""
+    """Sampling options; None is the model's own value."""
 
     guidance: Guidance = None
     guidance_rule: GuidanceRule = None
@@ -133,7 +133,7 @@ class SamplingFlags:
     ] = None
 
     def options(self, num: int, seed: int, batch: int, skip_bad: bool = False) -> GenerationOptions:
-        """As `GenerationOptions`. Raises UserError for invalid values."""
+        """The flags as `GenerationOptions`. Raises UserError for invalid values."""
         from piti.generation.options import GenerationOptions
 
         values = {key: value for key, value in vars(self).items() if not key.startswith("guidance_")}

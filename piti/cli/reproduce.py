@@ -21,7 +21,7 @@ _OF_FIGURES = {"model"}
 _OF_TABLES = {"scale", "seeds", "perceptual", "no_train", "gpu"}
 _OF_JUDGED = {"features", "segmenter", "aliases", "bootstrap", "seeds"}
 _OF_STUDIES = {"votes", "limit"}
-_OF_PAGES = {"limit", "dry_run", "data", "device", "perceptual", "no_train"}  # meaningless once votes are counted
+_OF_PAGES = {"limit", "dry_run", "data", "device", "perceptual", "no_train"}  # without effect when votes are counted
 _OF_LADDER = {"real_esrgan"}
 
 
@@ -90,7 +90,7 @@ def reproduce(
 
     given, figure, study = all_given(ctx), table in FIGURES, table in STUDIES
     counted = study and bool(rated.votes)
-    others = _meaningless(table, figure, study, counted)
+    others = _without_effect(table, figure, study, counted)
     use = f"piti reproduce {table}{' --votes' if counted else ''}"
     refuse_others(given, [name for name in ctx.params if name not in others], use)
     runs = 1 if study else seeds
@@ -104,8 +104,8 @@ def reproduce(
         _table(table, scale, workspace, data or [], dry_run, gpu)
 
 
-def _meaningless(table: str, figure: bool, study: bool, counted: bool) -> set[str]:
-    """Parameters that do not apply to a table. counted: whether votes are counted instead of writing pages."""
+def _without_effect(table: str, figure: bool, study: bool, counted: bool) -> set[str]:
+    """Parameters without effect for a table. counted: whether votes are counted instead of writing pages."""
     others = (_OF_TABLES if figure else _OF_FIGURES) | (_OF_JUDGED if study else _OF_STUDIES)
     others = others if table == "table3b" else others | _OF_LADDER
     return others | _OF_PAGES if counted else others

@@ -39,7 +39,7 @@ class LimitFlags:
     max_kept: Annotated[int, Option(min=1, help="Most results kept for download.", rich_help_panel=_LIMITS)] = 200
 
     def limits(self) -> Limits:
-        """As `Limits`."""
+        """The flags as `Limits`."""
         from piti.studio.service.schema import Limits
 
         return Limits(

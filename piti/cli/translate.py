@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InputFlags:
-    """What is translated, besides files."""
+    """Inputs other than files."""
 
     text: Annotated[list[str] | None, typer.Option(help="For a prior: a text to generate images from. Repeatable.")] = (
         None
@@ -34,7 +34,7 @@ class InputFlags:
     ] = None
 
     def of(self, inputs: list[Path], out: Path, overwrite: bool) -> TranslationFiles:
-        """As `TranslationFiles`. Raises InputError, and RemakeError for an image that cannot be recreated."""
+        """The flags as `TranslationFiles`. Raises InputError, and RemakeError for an image that cannot be recreated."""
         from piti.generation.inputs import parsed_given
         from piti.generation.recreate import read_record
         from piti.generation.sources import TranslationFiles
@@ -88,12 +88,12 @@ def translate(
     ranks = joined()
     name, pipeline, options = opened(model, upsampler, options, like, flags)
     computing.applied(pipeline)
-    pipeline.set_progress_bar_config(disable=True)  # ours is over all batches
-    resolved_sampling(pipeline, options, like)  # what is impossible is refused before the wait
+    pipeline.set_progress_bar_config(disable=True)  # our bar covers all batches
+    resolved_sampling(pipeline, options, like)  # invalid options are refused before networks are converted
     if ranks.main:
         print_wait(pipeline, computing.compile)
-    anew = overwrite or ranks.world > 1  # of several processes each ends by itself, and torchrun with them
-    with nullcontext() if anew else resumable(), progress("translating", ranks.main) as on_step:
+    plain = overwrite or ranks.world > 1  # several processes are ended by torchrun
+    with nullcontext() if plain else resumable(), progress("translating", ranks.main) as on_step:
         report = translate_files(pipeline, files, options, name, on_step, ranks)
     if ranks.main:
         _print_report(report)

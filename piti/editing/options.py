@@ -20,7 +20,7 @@ from piti.pipelines.options import FLAT_KEYS, OWN_SAMPLING, NetworkOptions, Samp
 from piti.pipelines.pipeline import PITIPipeline
 
 VARIETY = 0.7
-"""Default share of fresh noise in a region."""
+"""Default share of fresh noise in the region."""
 STEPS = 25
 """Default DDIM steps of the base."""
 UPSAMPLER_STEPS = 10
@@ -50,7 +50,7 @@ class EditSettings:
     """Also sample the inverted image back under its own condition, and measure the reconstruction PSNR."""
 
     def __post_init__(self) -> None:
-        """Raises EditError for shares that are out of range, and for sampling options that an edit does not have."""
+        """Raises EditError for values out of range, and for sampling options that do not apply to edits."""
         for name in ("variety", "dilate", "feather"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
@@ -62,7 +62,7 @@ class EditSettings:
 
     @classmethod
     def from_flat(cls, **values: Any) -> EditSettings:
-        """The settings with those of `sampling` among them under their flat keys. Raises SpecError, EditError."""
+        """The settings from values that include those of `sampling` under flat keys. Raises SpecError, EditError."""
         sampling, others = SamplingOptions.split(values)
         own = [one.name for one in fields(cls) if one.name != "sampling"]
         for key in others:
@@ -80,13 +80,15 @@ class EditSettings:
         base = asked.base.over(NetworkOptions(steps=STEPS)).model_copy(update={"sampler": SAMPLER})
         upsampler = asked.upsampler
         if pipeline.upsampler is not None and not asked.base_only:
-            own = UpsamplerOptions() if pipeline.upsampler.one_step else self._inverted()
-            upsampler = upsampler.over(own).model_copy(update={"sampler": SAMPLER})
+            defaults = UpsamplerOptions() if pipeline.upsampler.one_step else self._inverted()
+            upsampler = upsampler.over(defaults).model_copy(update={"sampler": SAMPLER})
         return asked.model_copy(update={"base": base, "upsampler": upsampler}).resolve(pipeline)
 
     def _inverted(self) -> UpsamplerOptions:
-        """What holds for an upsampler that inverts the image. Raises EditError for a factor on its initial noise, which
-        is the image's own."""
+        """The defaults of an upsampler that inverts the image.
+
+        Raises EditError for a factor on its initial noise, which is the inverted image's.
+        """
         noise = self.sampling.upsampler.noise
         if noise is not None:
             raise EditError(

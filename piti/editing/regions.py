@@ -20,8 +20,8 @@ from piti.core.connected_components import connected
 from piti.core.errors import UserError
 from piti.core.images import as_rgb
 
-_SAME = 0.02  # of the range of log depth and of normals, [-1, 1]: what differs by less is the same
-_GAP = 0.06  # of the short side: lines of two sketches that are nearer to each other bound one change
+_SAME = 0.02  # smaller differences of log depth and of normals, in [-1, 1], are ignored
+_GAP = 0.06  # of the short side: largest gap between lines of two sketches that bound one change
 
 
 class EditError(UserError):
@@ -50,7 +50,7 @@ def changed(
 
 
 def _apart(one: Shaped[Tensor, "K h w"], other: Shaped[Tensor, "K h w"], within: int) -> Bool[Tensor, "h w"]:
-    """Where the value of one is not found in the other within `within` pixels in each direction."""
+    """Where a value of either does not occur in the other within `within` pixels in each direction."""
     height, width = one.shape[-2:]
     found = torch.zeros(2, height, width, dtype=torch.bool)
     padded = [F.pad(x[None].double(), (within,) * 4, mode="replicate")[0].to(x.dtype) for x in (one, other)]
@@ -65,8 +65,8 @@ def derived(
 ) -> Float[Tensor, "h2 w2"]:
     """The region of an image of `size` (height, width) for a change in its condition.
 
-    No changed pixel is lost if the image is smaller. dilate: how far the change is grown, with value 1; feather: the
-    width of the ramp around that; both as shares of the image's short side.
+    No changed pixel is lost if the image is smaller. dilate: distance by which the change is grown, with value 1;
+    feather: width of the ramp around that; both as shares of the image's short side.
     """
     resized = resized_to(differs, size)
     grown, end = (_pixels(share, size) for share in (dilate, dilate + feather))
@@ -74,12 +74,13 @@ def derived(
 
 
 def white_of(region: Image.Image) -> Bool[Tensor, "h w"]:
-    """Where an image is white rather than black, at its own size; transparent pixels are not. Raises ImageError."""
+    """Where an image is white rather than black, at its own size; transparent pixels count as black. Raises
+    ImageError."""
     return torch.from_numpy(np.asarray(as_rgb(region, "the region", behind="black").convert("L")) > 127)
 
 
 def resized_to(inside: Bool[Tensor, "h w"], size: tuple[int, int]) -> Bool[Tensor, "h2 w2"]:
-    """Resize to (height, width): a smaller pixel is inside if any pixel in it is, so that no line is lost."""
+    """Resize to (height, width): when reducing, a pixel is inside if any of its pixels is, so that no line is lost."""
     if size[0] >= inside.shape[0] and size[1] >= inside.shape[1]:
         return F.interpolate(inside[None, None].float(), size, mode="nearest-exact")[0, 0] > 0
     return F.adaptive_max_pool2d(inside[None].float(), size)[0] > 0

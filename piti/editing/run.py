@@ -151,7 +151,7 @@ class EditRun:
         if isinstance(large, Redraw):
             return psnr(quantized(back), target)
         if large is not None:
-            back, target = large.back(progress, self._seen(back)), large.up.pixels()
+            back, target = large.back(progress, self._seen(back)), large.walk.pixels()
         return psnr(self.canvas.crop(quantized(back)), self.canvas.crop(target))
 
     def _seen(self, small: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class EditRun:
         grey = Image.fromarray((self.region * 255).ceil().to(torch.uint8).numpy())
         if not self.settings.keep_exact:
             return grey
-        resized = grey.resize(self.size, Image.Resampling.BILINEAR)  # 0 stays 0 but for the rim
+        resized = grey.resize(self.size, Image.Resampling.BILINEAR)  # 0 stays 0, except at the region's rim
         if self.white is None:
             return resized
         inside = resized_to(self.white, (resized.height, resized.width)).numpy()

@@ -44,16 +44,16 @@ class Walk:
     region: Tensor | None
     """[1, 1, H, W] in that space; None: everything."""
     own: tuple[Tokens, Tokens | None]
-    """The encoded current condition, or null condition."""
+    """The encoded current condition; the null condition if that is unknown. The second element is None."""
     changed: tuple[Tokens, Tokens | None]
-    """The encoded new condition, and the same with the null condition."""
+    """The encoded new condition, and with guidance the same followed by the null condition."""
 
     def steps(self, batches: int, measured: bool) -> int:
         """Steps of the inversion, of every batch, and of the reconstruction if it is measured."""
         return self.network.steps(self.settings) * (1 + batches + measured)
 
     def pixels(self) -> Tensor:
-        """The whole canvas as an image [1, 3, H, W]; of latents decoded."""
+        """The whole canvas as an image [1, 3, H, W]; latents are decoded."""
         return self.network.space.images(self.image)
 
     def known(self) -> Tensor | None:
@@ -63,7 +63,7 @@ class Walk:
         return torch.cat([self.image, (self.region == 0).float()], dim=1)
 
     def invert(self, progress: Progress, low_res: Tensor | None = None) -> Inverted:
-        """low_res: the small image [1, 3, h, w] that the image is an enlargement of."""
+        """Invert the image under its own condition. low_res: for an upsampler, the small image [1, 3, h, w]."""
         denoise = self.network.denoiser(*self.own, UNGUIDED, low_res, self.known())
         steps = self.network.visited(self.settings, self.image)
         return Inverted(self, invert(denoise, self.image, self.network.schedule, steps, self.refinements, progress))
@@ -73,37 +73,37 @@ class Walk:
 class Inverted:
     """A walk after inversion."""
 
-    up: Walk
+    walk: Walk
     trajectory: Trajectory
 
     def back(self, progress: Progress, low_res: Tensor | None = None) -> Tensor:
         """The image reconstructed under its own condition, [1, 3, H, W]."""
-        denoise = self.up.network.denoiser(*self.up.own, UNGUIDED, low_res, self.up.known())
+        denoise = self.walk.network.denoiser(*self.walk.own, UNGUIDED, low_res, self.walk.known())
         back = resample(denoise, self.trajectory, self.trajectory.noise, on_step=progress)
-        return self.up.network.space.images(back)
+        return self.walk.network.space.images(back)
 
     def sample(
         self, generators: Sequence[torch.Generator], progress: Progress, low_res: Tensor | None = None
     ) -> Tensor:
         """Sample images of the new condition, one per generator, [B, 3, H, W]. low_res: their small images."""
-        up, count = self.up, len(generators)
-        tokens, both = up.changed
+        walk, count = self.walk, len(generators)
+        tokens, both = walk.changed
         both = None if both is None else both.picked([0] * count + [1] * count)
-        denoise = up.network.denoiser(tokens.picked([0] * count), both, up.settings.guidance, low_res, up.known())
-        made = resample(denoise, self.trajectory, self._noise(generators), up.region, progress)
-        return up.network.space.images(made)
+        denoise = walk.network.denoiser(tokens.picked([0] * count), both, walk.settings.guidance, low_res, walk.known())
+        made = resample(denoise, self.trajectory, self._noise(generators), walk.region, progress)
+        return walk.network.space.images(made)
 
     def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """The initial noise [B, 3, H, W]: the inverted noise, mixed with fresh noise inside the region."""
-        inverted, region = self.trajectory.noise, self.up.region
+        inverted, region = self.trajectory.noise, self.walk.region
         shape = (len(generators), *inverted.shape[1:])
-        if self.up.variety == 0:
+        if self.walk.variety == 0:
             return inverted.expand(shape)
-        fresh = initial_noise(shape, generators, device=self.up.network.device)
+        fresh = initial_noise(shape, generators, device=self.walk.network.device)
         whole = torch.ones(1, 1, 1, 1, device=inverted.device)
-        share = self.up.variety * (whole if region is None else region)  # [1, 1, H|1, W|1]
-        # √(1−v²) x_T + v s ε: what is inverted is noise of a deviation s that need not be 1, and a network that sees
-        # two deviations side by side draws neither well
+        share = self.walk.variety * (whole if region is None else region)  # [1, 1, H|1, W|1]
+        # √(1−v²) x_T + v s ε: the standard deviation s of inverted noise need not be 1, and networks fail on noise
+        # whose deviation differs between the region and the rest
         return (1 - share**2).sqrt() * inverted + share * inverted.std() * fresh
 
 
@@ -115,12 +115,12 @@ class Redraw:
     network: Network
     settings: NetworkSampling
     varied: bool
-    """Whether every image has its own noise, instead of all the same."""
+    """Whether each image has its own noise, instead of one noise for all."""
     image: Tensor
     """[1, 3, H, W] in [-1, 1], the whole canvas."""
     region: Tensor | None
     """[1, 1, H, W]; None: everything."""
-    shows: Prepared
+    to: Prepared
     """The new condition."""
 
     def steps(self, batches: int, measured: bool) -> int:
@@ -128,7 +128,7 @@ class Redraw:
         return self.network.steps(self.settings) * batches
 
     def invert(self, progress: Progress, low_res: Tensor | None = None) -> Redraw:
-        """Itself: there is nothing to invert."""
+        """Returns itself: nothing is inverted."""
         return self
 
     def sample(
@@ -137,6 +137,6 @@ class Redraw:
         """Enlargements of `low_res`, one for each generator, [B, 3, H, W]."""
         own = list(generators) if self.varied else [generator_for(0, "upsampler") for _ in generators]
         total = self.network.steps(self.settings)
-        batch = Batch([self.shows], [0] * len(own), own)
+        batch = Batch([self.to], [0] * len(own), own)
         made = self.network.sample(batch, self.settings, lambda done, x0: progress(done, total, x0), low_res)
         return made if self.region is None else torch.lerp(self.image, made, self.region)

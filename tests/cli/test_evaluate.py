@@ -48,10 +48,10 @@ def test_old_spellings_are_hidden() -> None:
     ("arguments", "said"),
     [
         ("images one --labels nowhere", "name the masks' classes with --classes"),
-        ("images one --classes x.json", "--classes without --labels"),
-        ("images one --perceptual-weights x", "--perceptual-weights without --perceptual"),
+        ("images one --classes x.json", "--classes has no effect without --labels"),
+        ("images one --perceptual-weights x", "--perceptual-weights has no effect without --perceptual"),
         ("images one --perceptual vgg18", "vgg19"),
-        ("one --aliases x.json", "--aliases without --segmenter"),
+        ("one --aliases x.json", "--aliases has no effect without --segmenter"),
     ],
 )
 def test_mistakes(arguments: str, said: str) -> None:

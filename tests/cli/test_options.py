@@ -80,7 +80,7 @@ def test_what_means_nothing_is_refused() -> None:
     refuse_others(["out"], ["out"], "piti paint")
     with pytest.raises(UserError, match="--no-train, --gpu has no effect with piti paint"):
         refuse_others(["out", "no_train", "gpu"], ["out"], "piti paint")
-    with pytest.raises(UserError, match="--aliases without --segmenter"):
+    with pytest.raises(UserError, match="--aliases has no effect without --segmenter"):
         JudgeFlags(aliases="names.json")  # type: ignore[arg-type]
 
 

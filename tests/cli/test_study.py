@@ -38,7 +38,7 @@ def test_a_study_and_its_votes(make: str, count: str, tiny_data: Path, tmp_path:
 def test_mistakes(tiny_data: Path) -> None:
     both = ("--labels", tiny_data / "labels", "--sketches", tiny_data / "images")
     assert "--labels and --sketches: a study displays one kind" in mistake("study", "make", "a", "b", *both)
-    assert "--classes without --labels" in mistake("study", "make", "a", "b", "--classes", "x.json")
+    assert "--classes has no effect without --labels" in mistake("study", "make", "a", "b", "--classes", "x.json")
     assert "No such option: --real" in misspelt("study", "make", "a", "b", "--real", "x")
     assert "No such option: --real" in misspelt("evaluate", "--study", "a", "b", "--real", "x")
 

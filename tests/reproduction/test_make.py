@@ -383,7 +383,7 @@ def test_the_command(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> N
         ("table1 --model street", "--model has no effect with piti reproduce table1"),
         ("table1 --dry-run --gpu h100", "--gpu applies only to --dry-run --scale paper"),
         ("table1 --scale paper --gpu h100", "--gpu applies only to --dry-run"),
-        ("table1 --aliases a.json", "--aliases without --segmenter"),
+        ("table1 --aliases a.json", "--aliases has no effect without --segmenter"),
     ],
 )
 def test_what_means_nothing_is_refused(words: str, message: str) -> None:
