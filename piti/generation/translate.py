@@ -19,7 +19,7 @@ from piti.generation.generate import Wanted, make_batch, noise_device
 from piti.generation.kept import RequestedImage, check_kept
 from piti.generation.metadata import made_with, surroundings
 from piti.generation.options import GenerationOptions
-from piti.generation.plan import SHEET_SIDE, TranslationPlan, planned
+from piti.generation.plan import SHEET_SIDE, TranslationJob, TranslationPlan, planned
 from piti.generation.sources import TranslationFiles, as_taken
 from piti.pipelines.canvas import batches_alike, enlarged
 from piti.pipelines.pipeline import PITIPipeline
@@ -94,16 +94,13 @@ def _check_existing(plan: TranslationPlan, common: Mapping[str, str]) -> None:
             remedy=f"give another {option('out')}, or add {option('overwrite')}",
             source=like.file,
         )
-    requested = []
-    for job in existing:
-        canvas, text = job.prepared.canvas, _own_text(job)
-        requested.append(RequestedImage(job.target, (canvas.image_width, canvas.image_height), {**common, **text}))
-    check_kept(requested)
+    check_kept([_requested(job, common) for job in existing])
 
 
-def _own_text(job: TranslationJob) -> dict[str, str]:
-    """Metadata that tells a job's image from the others."""
-    return {f"{PREFIX}number": str(job.number), f"{PREFIX}condition_sha256": job.condition_sha256}
+def _requested(job: TranslationJob, common: Mapping[str, str]) -> RequestedImage:
+    canvas = job.prepared.canvas
+    own = {f"{PREFIX}number": str(job.number), f"{PREFIX}condition_sha256": job.condition_sha256}
+    return RequestedImage(job.target, (canvas.image_width, canvas.image_height), {**common, **own})
 
 
 def _make(
