@@ -143,7 +143,7 @@ class ModelSource:
         return {"variant": self.variant, **{key: value for key, value in self.hub.items() if key != "revision"}}
 
     def _upsampler_folder(self, folder: ModelFolder, upsampler: str | Path | Translator | None) -> ModelFolder | None:
-        """The folder of the upsampler: that of `upsampler`, the model's own, or that of the model whose it shares."""
+        """The folder of the upsampler: of the given one, of the model's own, or of the one that the model shares."""
         of_hub = self._of_others
         if isinstance(upsampler, Translator):
             return None
