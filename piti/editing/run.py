@@ -164,7 +164,7 @@ class EditRun:
         image = to_pil(self.canvas.crop(canvas))
         if not self.settings.keep_exact:
             return image
-        return Image.composite(_sized(image, self.size), self.original, self._grey)
+        return Image.composite(sized(image, self.size), self.original, self._grey)
 
     @cached_property
     def _grey(self) -> Image.Image:
@@ -180,7 +180,7 @@ class EditRun:
 
     def result(self, images: list[Image.Image], returned: float | None = None) -> Edited:
         """The result of an edit, with the images compared with the input. returned: from `sample`."""
-        grey, like = self._grey, _sized(self.original, self.size)
+        grey, like = self._grey, sized(self.original, self.size)
         outside = np.asarray(grey) == 0
         found = [_psnr_outside(made, like, outside) for made in images]
         small = returned is not None and isinstance(self.upsampler, Redraw)
@@ -332,7 +332,7 @@ def _encoded(
 
 def on_canvas(image: Image.Image, canvas: Canvas) -> Tensor:
     """An image over the whole canvas, [1, 3, H, W] in [-1, 1]; its edges repeated beyond it."""
-    resized = to_tensor(_sized(image, (canvas.image_width, canvas.image_height)))
+    resized = to_tensor(sized(image, (canvas.image_width, canvas.image_height)))
     return extended(resized, canvas.size)[None]
 
 
@@ -352,7 +352,7 @@ def _region_canvas(soft: Tensor, canvas: Canvas, scale: int) -> Tensor:
 # Finishing
 
 
-def _sized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def sized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize an image to (width, height)."""
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 

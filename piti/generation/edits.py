@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from piti.checkpoints.folder import OF_UPSAMPLER
-from piti.core.images import PREFIX, as_rgb
+from piti.core.images import PREFIX
 from piti.diffusion.samplers import OnStep
 from piti.editing import BATCH, Edited, EditInput, EditRun, EditSettings
 from piti.editing.regions import white_of
+from piti.editing.run import sized
 from piti.generation.generate import MadeImage
 from piti.generation.kept import RequestedImage
 from piti.generation.metadata import EDIT, condition_text, raw_hash, surroundings
@@ -88,7 +89,7 @@ class EditJob:
         """Check and encode the inputs. Arguments and errors as for `make_edits`."""
         run = EditRun.of(pipeline, given, settings)
         resolved = _settings_text(given.to.sampling, settings, run)
-        decisive = _text({"seed": seed, "edit_inputs_sha256": _inputs_hash(given), "model": names.model})
+        decisive = _text({"seed": seed, "edit_inputs_sha256": _inputs_hash(run, given), "model": names.model})
         decisive |= {EDIT: resolved} | surroundings(pipeline)
         text = decisive | names.text()
         if run.shows is not None:
@@ -170,9 +171,9 @@ def _settings_text(sampling: ResolvedSampling, settings: EditSettings, run: Edit
     return json.dumps(values, sort_keys=True)
 
 
-def _inputs_hash(given: EditInput) -> str:
-    """The hash of the image's RGB pixels, both conditions and the region, as they are read."""
-    pixels = torch.from_numpy(np.array(as_rgb(given.image, "the image")))  # [h, w, 3]
+def _inputs_hash(run: EditRun, given: EditInput) -> str:
+    """The hash of the image's RGB pixels at the size of the results, both conditions and the region."""
+    pixels = torch.from_numpy(np.array(sized(run.original, run.size)))  # [h, w, 3]
     white = None if given.region is None else white_of(given.region)
     hashes = ["" if part is None else raw_hash(part) for part in (pixels, given.to.raw, given.from_, white)]
     return hashlib.sha256(" ".join(hashes).encode()).hexdigest()

@@ -92,7 +92,7 @@ DAMAGED: list[tuple[str, tuple[str, ...], Any, str]] = [
         f"{SCHEDULER}: 'prediction' = None: is not 'epsilon', 'v_prediction'",
     ),
     (SCHEDULER, ("num_train_timesteps",), "x", f"{SCHEDULER}: 'steps' = 'x': {WHOLE}"),
-    (SCHEDULER, ("_class_name",), "Evil", f"{SCHEDULER}: Evil is no scheduler .* here; known: DDPMScheduler, "),
+    (SCHEDULER, ("_class_name",), "Evil", f"{SCHEDULER}: Evil: unsupported scheduler; known: DDPMScheduler, "),
     ("condition.json", ("kind",), ["mask"], r"condition.json: unknown condition '\['mask'\]'; did you mean 'mask'\?"),
     ("condition.json", ("classes",), [1] * 50, r"condition.json: 'classes' = \[1, 1.*\]: is not a mapping; give keys"),
     (INDEX, ("defaults",), "x", f"model_index.json: 'defaults': expected an object, got str; {ANEW}$"),
