@@ -40,6 +40,15 @@ def changed(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(config | values), encoding="utf-8")
 
 
+def refused(folder: Path, tmp_path: Path, file: str, values: dict[str, Any], why: str) -> None:
+    """Assert that a folder with these values in one of its files is not imported."""
+    copied = shutil.copytree(folder, tmp_path / "diffusers")
+    changed(copied / file, **values)
+    with pytest.raises(UserError, match=why):
+        import_prior(copied, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_folder_says_itself_what_it_is(stable: tiny.Imported) -> None:
     found = recognised(stable.folder)
     assert found.what == "Stable Diffusion, predicts noise, 16 px, tokens of 16"
@@ -242,11 +251,7 @@ def test_stable_diffusion_3_without_its_largest_text_encoder(
 def test_a_flow_of_another_kind_is_refused(
     sana: tiny.Imported, tmp_path: Path, file: str, values: dict[str, Any], why: str
 ) -> None:
-    copied = shutil.copytree(sana.folder, tmp_path / "diffusers")
-    changed(copied / file, **values)
-    with pytest.raises(UserError, match=why):
-        import_prior(copied, tmp_path / "model")
-    assert not (tmp_path / "model").exists()
+    refused(sana.folder, tmp_path, file, values, why)
 
 
 def test_flux_says_where_its_shift_comes_from(flux: tiny.Imported) -> None:
@@ -290,11 +295,7 @@ def test_flux_says_where_its_shift_comes_from(flux: tiny.Imported) -> None:
 def test_a_flux_of_another_kind_is_refused(
     flux: tiny.Imported, tmp_path: Path, file: str, values: dict[str, Any], why: str
 ) -> None:
-    copied = shutil.copytree(flux.folder, tmp_path / "diffusers")
-    changed(copied / file, **values)
-    with pytest.raises(UserError, match=why):
-        import_prior(copied, tmp_path / "model")
-    assert not (tmp_path / "model").exists()
+    refused(flux.folder, tmp_path, file, values, why)
 
 
 def test_a_flux_with_one_shift_for_all_sizes_is_imported_with_it(flux: tiny.Imported, tmp_path: Path) -> None:
