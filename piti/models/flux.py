@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 _TIMES = 1000
@@ -24,7 +24,7 @@ class FluxNetwork(FluxTransformer2DModel):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         sample: Float[Tensor, "b c h w"],
-        timestep: Float[Tensor, " b"],
+        timestep: Shaped[Tensor, " b"],
         encoder_hidden_states: Float[Tensor, "b s d"],
         pooled_projections: Float[Tensor, "b p"],
         guidance: Float[Tensor, " b"] | None = None,
