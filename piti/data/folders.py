@@ -24,8 +24,8 @@ from piti.core.system import cores
 from piti.data.archives import Archived
 from piti.data.crops import Cutter, Decoded, Sample
 from piti.data.order import Shuffled
-from piti.data.pairs import FolderSpec, Pair, PairList, unlisted_notes
-from piti.data.problems import UNREADABLE, Problems
+from piti.data.pairs import FolderSpec, Pair, PairList
+from piti.data.problems import UNREADABLE, Problems, unlisted_notes
 from piti.data.shown import FITS_UNTURNED, LOSSY, TURNED, UNEQUAL, Seen, Shown, seen_in
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import Field, field_validator, model_validator
 
 from piti.conditions import Condition, NoCondition, SeveralCondition
-from piti.core.errors import count_of, option
+from piti.core.errors import option
 from piti.core.formats import IMAGE_SUFFIXES
 from piti.core.images import ImageError
 from piti.core.json_files import JsonError, read_json
@@ -27,11 +27,6 @@ SPLITS_FILE = "splits.json"
 NO_VALIDATION = "no validation pairs: training runs without validation loss and previews"
 HELD_OUT = 0.05
 """Share of keys, or of samples in shards, in "val" without a splits file."""
-
-
-def unlisted_notes(pairs: int, file: str = SPLITS_FILE) -> list[str]:
-    """The note for existing pairs that a splits file does not list, if there are any. file: its name."""
-    return [f"not used, since they are in no split of {file}: {count_of(pairs, 'pair')}"] if pairs else []
 
 
 def read_splits(path: Path, existing: Set[str] = frozenset()) -> dict[str, list[str]] | None:

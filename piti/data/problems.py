@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from piti.core.errors import UserError, option
+from piti.core.errors import UserError, count_of, option
 from piti.core.files import OutputError
 
 UNREADABLE = "unreadable files (replace or remove them)"
@@ -20,6 +20,11 @@ _NAMED = 5  # number of files listed for each kind of problem
 
 class DataError(UserError):
     """A data set cannot be used. The message lists the problems, the files and the remedies."""
+
+
+def unlisted_notes(pairs: int, file: str) -> list[str]:
+    """The note for existing pairs that a splits file does not list, if there are any. file: its name."""
+    return [f"not used, since they are in no split of {file}: {count_of(pairs, 'pair')}"] if pairs else []
 
 
 class Problems:

@@ -18,8 +18,8 @@ from piti.core.formats import ARRAYS, IMAGE_SUFFIXES
 from piti.core.progress import OnProgress
 from piti.core.system import cores
 from piti.core.walk import key_of, walk
-from piti.data.pairs import NO_VALIDATION, SPLITS_FILE, split_by_hash, unlisted_notes
-from piti.data.problems import Problems
+from piti.data.pairs import NO_VALIDATION, SPLITS_FILE, split_by_hash
+from piti.data.problems import Problems, unlisted_notes
 from piti.data.shown import FITS_UNTURNED, Shown
 from piti.prepare.layouts import Entry, Examined, Fault, Layout
 from piti.prepare.writer import (
@@ -88,7 +88,7 @@ class SetReport:
         splits = {entry.split for entry in self.good}
         if self.keys is not None:
             notes += [] if self.keys.get("val") else [NO_VALIDATION]
-            notes += unlisted_notes(self.listed[""])
+            notes += unlisted_notes(self.listed[""], SPLITS_FILE)
         elif self.good and not {"train", "val"} <= splits:
             notes.append(f"only {' and '.join(sorted(splits))} exists: 5% are held out by a hash of their names")
         return notes + self._shown()

@@ -24,8 +24,8 @@ from piti.core.images import ImageError, open_image, orientation
 from piti.core.progress import OnProgress
 from piti.core.system import cores
 from piti.data.order import spaced
-from piti.data.pairs import unlisted_notes
-from piti.data.problems import DataError, Problems, Skipped, reason_of
+from piti.data.pairs import SPLITS_FILE
+from piti.data.problems import DataError, Problems, Skipped, reason_of, unlisted_notes
 from piti.data.shards.dataset import LOOKED
 from piti.data.shards.index import Manifest, ShardEntry, read_manifest
 from piti.data.shards.sources import MANIFEST
@@ -81,7 +81,7 @@ def pack_shards(job: PackJob, progress: OnProgress | None = None) -> PackReport:
     _check_out(job)
     found = find_samples(job)
     table, notes = _table(job, found)
-    notes += unlisted_notes(found.unlisted)
+    notes += unlisted_notes(found.unlisted, SPLITS_FILE)
     with alone(job.out, "OUT"):
         _check_out(job)  # another run may have finished
         return _packed(job, found, table, notes, progress)
