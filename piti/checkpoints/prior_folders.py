@@ -23,7 +23,7 @@ from piti.checkpoints.prior_families import (
     family_of,
     read_config,
 )
-from piti.checkpoints.prior_schedules import schedule_in, shift_growth_in
+from piti.checkpoints.prior_schedules import dynamic_shift_in, schedule_in
 from piti.checkpoints.shards import WeightFiles
 from piti.checkpoints.weights import check_finite
 from piti.conditions import TextCondition
@@ -153,10 +153,11 @@ def recognised(folder: Path) -> Recognised:
     unet = read_config(path)
     space = _space(folder) if family.latent else SpaceSpec()
     _check_unet(path, unet, space, family)
-    tokens = (_side(unet, family) // family.patch_size) ** 2 if family.dynamic else None
-    schedule = schedule_in(folder, "scheduler", family.latent, tokens)
+    dynamic = dynamic_shift_in(folder) if family.dynamic else None
+    shift = None if dynamic is None else dynamic.shift((_side(unet, family) // family.patch_size) ** 2)
+    schedule = schedule_in(folder, "scheduler", family.latent, shift)
     language, condition = _language(folder, index, family, unet)
-    growth = shift_growth_in(folder) if family.dynamic else 0.0
+    growth = 0.0 if dynamic is None else dynamic.growth
     return Recognised(folder, family, index, plain_config(unet), schedule, language, condition, space, growth)
 
 

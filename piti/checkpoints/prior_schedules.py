@@ -26,9 +26,9 @@ _DEFAULT_SCHEDULE = {
 }  # diffusers' defaults
 
 
-def schedule_in(folder: Path, part: str, latent: bool, tokens: int | None = None) -> ScheduleSpec:
-    """The noise schedule in a scheduler's file. latent: x̂₀ is unbounded. tokens: of the images, for a family whose
-    noise levels may follow their size. Raises PriorError."""
+def schedule_in(folder: Path, part: str, latent: bool, shift: float | None = None) -> ScheduleSpec:
+    """The noise schedule in a scheduler's file. latent: x̂₀ is unbounded. shift: of a flow whose noise levels follow the
+    images' size, see `dynamic_shift_in`. Raises PriorError."""
     path = folder / part / FILE
     config = read_config(path)
     kind = str(config.get("_class_name"))
@@ -49,7 +49,7 @@ def schedule_in(folder: Path, part: str, latent: bool, tokens: int | None = None
             source=path,
         )
     if kind == _FLOW_EULER or flow:
-        return _flow(path, kind, config, tokens)
+        return _flow(path, kind, config, shift)
     if "FlowMatch" in kind or kind.startswith("EDM"):
         raise PriorError(f"is {with_article(kind)}: neither a DDPM process nor a flow, not supported", source=path)
     for key in ("rescale_betas_zero_snr", "trained_betas"):
@@ -74,20 +74,18 @@ _OTHER_FLOWS = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas")
 """Settings that make the noise levels depend on the image or the call."""
 
 
-def _flow(path: Path, kind: str, config: Mapping[str, Any], tokens: int | None) -> ScheduleSpec:
-    """The noise schedule of a rectified flow, for images of so many tokens. Raises PriorError for noise levels that
-    depend on anything else."""
-    dynamic = None if tokens is None or kind != _FLOW_EULER else _dynamic(config, path)
-    for key in _OTHER_FLOWS if dynamic is None else _OTHER_FLOWS[1:]:
+def _flow(path: Path, kind: str, config: Mapping[str, Any], shift: float | None) -> ScheduleSpec:
+    """The noise schedule of a rectified flow. shift: instead of the configuration's, if it follows the images' size.
+    Raises PriorError for noise levels that depend on anything else."""
+    for key in _OTHER_FLOWS if shift is None else _OTHER_FLOWS[1:]:
         if config.get(key):
             raise PriorError(
                 f"'{key}' is set: only flows with the same noise levels for every image are supported",
                 remedy="give a model with one 'shift', such as Sana",
                 source=path,
             )
-    shift = config.get("shift" if kind == _FLOW_EULER else "flow_shift", 1.0)
-    if dynamic is not None and tokens is not None:
-        shift = dynamic.shift(tokens)
+    if shift is None:
+        shift = config.get("shift" if kind == _FLOW_EULER else "flow_shift", 1.0)
     steps = config.get("num_train_timesteps", 1000)
     flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
     return spec_of_config(flow | {"num_train_timesteps": steps}, str(path))
@@ -118,17 +116,11 @@ class DynamicShift:
 _DEFAULT_SHIFTS = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
 
 
-def shift_growth_in(folder: Path) -> float:
-    """How much the logarithm of the shift in a folder's scheduler grows with each token of an image; 0: not at all.
-    Raises PriorError."""
+def dynamic_shift_in(folder: Path) -> DynamicShift | None:
+    """The dynamic shift of the flow in a folder's scheduler; None if its shift is fixed. Raises PriorError."""
     path = folder / "scheduler" / FILE
-    dynamic = _dynamic(read_config(path), path)
-    return 0.0 if dynamic is None else dynamic.growth
-
-
-def _dynamic(config: Mapping[str, Any], path: Path) -> DynamicShift | None:
-    """The dynamic shift of a scheduler's configuration; None if its shift is fixed. Raises PriorError."""
-    if not config.get("use_dynamic_shifting"):
+    config = read_config(path)
+    if config.get("_class_name") != _FLOW_EULER or not config.get("use_dynamic_shifting"):
         return None
     if (kind := config.get("time_shift_type", "exponential")) != "exponential":
         raise PriorError(f"'time_shift_type' is '{kind}'; only 'exponential' is supported", source=path)

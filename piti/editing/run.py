@@ -164,7 +164,7 @@ class EditRun:
         image = to_pil(self.canvas.crop(canvas))
         if not self.settings.keep_exact:
             return image
-        return Image.composite(sized(image, self.size), self.original, self._grey)
+        return Image.composite(_sized(image, self.size), self.original, self._grey)
 
     @cached_property
     def _grey(self) -> Image.Image:
@@ -178,11 +178,16 @@ class EditRun:
         inside = resized_to(self.white, (resized.height, resized.width)).numpy()
         return Image.fromarray(np.where(inside, np.asarray(resized), 0).astype(np.uint8))
 
+    @cached_property
+    def resized(self) -> Image.Image:
+        """The input at the size of the images."""
+        return _sized(self.original, self.size)
+
     def result(self, images: list[Image.Image], returned: float | None = None) -> Edited:
         """The result of an edit, with the images compared with the input. returned: from `sample`."""
-        grey, like = self._grey, sized(self.original, self.size)
+        grey = self._grey
         outside = np.asarray(grey) == 0
-        found = [_psnr_outside(made, like, outside) for made in images]
+        found = [_psnr_outside(made, self.resized, outside) for made in images]
         small = returned is not None and isinstance(self.upsampler, Redraw)
         share = 1 - float(outside.mean())
         return Edited(images, grey, share, found, self.shows, self.variety, self.short_side, returned, small)
@@ -226,10 +231,14 @@ class _NetworkInputs:
         tokens = _encoded(network, own, self.given.to, guided=chosen.guidance.w != 0)
         return Walk(network.exact(), chosen, self.refinements, variety, *self._on_canvas(network, scale), *tokens)
 
+    @cached_property
+    def _large(self) -> Tensor:
+        """The image over the whole canvas, [1, 3, H, W]."""
+        return on_canvas(self.given.image, self.given.to.canvas)
+
     def _on_canvas(self, network: Network, scale: int) -> tuple[Tensor, Tensor | None]:
         """The image and the region over the whole canvas, in the network's space and on its device."""
-        large = on_canvas(self.given.image, self.given.to.canvas)  # [1, 3, H, W]
-        pixels = large if scale == 1 else reduced(large, scale)
+        pixels = self._large if scale == 1 else reduced(self._large, scale)
         image = network.space.points(pixels.to(network.device))
         if self.soft is None:
             return image, None
@@ -332,7 +341,7 @@ def _encoded(
 
 def on_canvas(image: Image.Image, canvas: Canvas) -> Tensor:
     """An image over the whole canvas, [1, 3, H, W] in [-1, 1]; its edges repeated beyond it."""
-    resized = to_tensor(sized(image, (canvas.image_width, canvas.image_height)))
+    resized = to_tensor(_sized(image, (canvas.image_width, canvas.image_height)))
     return extended(resized, canvas.size)[None]
 
 
@@ -352,7 +361,7 @@ def _region_canvas(soft: Tensor, canvas: Canvas, scale: int) -> Tensor:
 # Finishing
 
 
-def sized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _sized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize an image to (width, height)."""
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 

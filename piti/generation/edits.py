@@ -17,8 +17,6 @@ from piti.checkpoints.folder import OF_UPSAMPLER
 from piti.core.images import PREFIX
 from piti.diffusion.samplers import OnStep
 from piti.editing import BATCH, Edited, EditInput, EditRun, EditSettings
-from piti.editing.regions import white_of
-from piti.editing.run import sized
 from piti.generation.generate import MadeImage
 from piti.generation.kept import RequestedImage
 from piti.generation.metadata import EDIT, condition_text, raw_hash, surroundings
@@ -173,9 +171,8 @@ def _settings_text(sampling: ResolvedSampling, settings: EditSettings, run: Edit
 
 def _inputs_hash(run: EditRun, given: EditInput) -> str:
     """The hash of the image's RGB pixels at the size of the results, both conditions and the region."""
-    pixels = torch.from_numpy(np.array(sized(run.original, run.size)))  # [h, w, 3]
-    white = None if given.region is None else white_of(given.region)
-    hashes = ["" if part is None else raw_hash(part) for part in (pixels, given.to.raw, given.from_, white)]
+    pixels = torch.from_numpy(np.array(run.resized))  # [h, w, 3]
+    hashes = ["" if part is None else raw_hash(part) for part in (pixels, given.to.raw, given.from_, run.white)]
     return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
